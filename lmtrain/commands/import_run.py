@@ -41,7 +41,7 @@ from a nanoGPT version that did not yet use nn.GELU needs model.gelu=tanh.
 
 Your overrides win.
 """
-NO_DATA = "none"  # data.path of a run that was imported without data
+MOST_DATA_BLOCK = 1024  # tokens per sequence in training, unless another data.block_size is given
 PLACEHOLDER_BYTES = 1 << 22
 LLM_C_STARTS = {number.to_bytes(4, "little") for number in (20240326, 20240803)}  # GPT-2 and Llama 3
 
@@ -106,11 +106,15 @@ MODEL_FORMATS: "Sequence[tuple[Callable[[Path], bool], Callable[[Path], Imported
 
 def import_model(path: Path, model: "ImportedModel", overrides: Sequence[str]) -> int:
     """Write a run that begins with the weights of a model."""
-    from lmtrain.convert.imported_model import refuse_other_tokenizer
+    from lmtrain.convert.imported_model import NO_DATA
     from lmtrain.convert.imported_run import WeightsOnly, write_run
+    from lmtrain.convert.tokenizer_check import refuse_other_tokenizer
 
-    given = with_defaults(model.settings, overrides)
-    has_data = any(each.startswith(("data=", "data.path=", "data.paths")) for each in overrides)
+    block_size = model.settings["model.block_size"]
+    assert isinstance(block_size, int)
+    data_settings: dict[str, Value] = {"data": "tokens", "data.block_size": min(block_size, MOST_DATA_BLOCK)}
+    given = with_defaults({**model.settings, **data_settings}, overrides)
+    has_data = not lacks_data(given)
     with placeholder_data() as placeholder:
         run = new_run(given if has_data else [*given, f"data.path={placeholder}"], needs_empty_directory=True)
         written, hydra_files = copy.deepcopy(run.cfg), run.hydra_files
@@ -130,6 +134,12 @@ def import_model(path: Path, model: "ImportedModel", overrides: Sequence[str]) -
             )
     print_model_summary(path, model, run.directory, has_data)
     return 0
+
+
+def lacks_data(overrides: Sequence[str]) -> bool:
+    """Return whether neither the overrides nor the experiments that they choose say where the token files are."""
+    data = compose(overrides).get("data")
+    return isinstance(data, DictConfig) and OmegaConf.is_missing(data, "path")
 
 
 @contextmanager

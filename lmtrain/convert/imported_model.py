@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
+from lmtrain.convert.torch_file import size_text
+from lmtrain.data.stored_tokenizer import StoredTokenizer
 from lmtrain.terminal.as_text import first_few
 
 Value = bool | int | float | str | list[bool | int | float] | None
+NO_DATA = "none"  # data.path of a run that was imported without data
+NUMBER_FORMATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -33,39 +36,42 @@ class ImportedModel:
 
 
 def check_fits(weights: Mapping[str, Tensor], model: nn.Module, their_name: Callable[[str], str] = str) -> None:
-    """Raise ValueError, with the names in the files, unless these are the tensors of the model in its sizes."""
+    """Raise ValueError, with the names in the files, unless these are the tensors of the model in its sizes.
+
+    Their numbers must be floating-point and finite: integers are those of a quantised model, which need scales to mean
+    anything, and infinite ones or NaN those of a model that has diverged.
+    """
     expected = model.state_dict()
+    found = {
+        their_name(name) or name: weights[name]
+        for name, tensor in expected.items()
+        if name in weights and tensor.is_floating_point()
+    }
+    check_formats(found)  # first, as a quantised tensor often has another size, too
     problems = []
     if missing := [their_name(name) or name for name in expected if name not in weights]:
         problems.append(f"{first_few(missing)} missing")
     if unexpected := [their_name(name) or name for name in weights if name not in expected]:
         problems.append(f"{first_few(unexpected)} unexpected")
     if sizes := [
-        f"{their_name(name) or name} is {_shape(weights[name])} instead of {_shape(tensor)}"
+        f"{their_name(name) or name} is {size_text(weights[name])} instead of {size_text(tensor)}"
         for name, tensor in expected.items()
         if name in weights and weights[name].shape != tensor.shape
     ]:
         problems.append(first_few(sizes))
     if problems:
         raise ValueError(f"the weights do not fit the model: {'; '.join(problems)}")
+    check_finite(found)
 
 
-def refuse_other_tokenizer(tokenizer: StoredTokenizer | None, folders: Mapping[str, Path], name: str) -> None:
-    """Raise ValueError if token files were made with another tokenizer: their ids would mean other text.
-
-    `folders` are those of the token files by their names in the config, and `name` says whose tokenizer this is.
-    """
-    if tokenizer is None:
-        return
-    for key, folder in folders.items():
-        if not (folder / TOKENIZER_FILE).is_file():
-            continue
-        if load_tokenizer(folder).tokenizer.get_vocab() != tokenizer.tokenizer.get_vocab():
-            raise ValueError(
-                f"{key}={folder}: was made with another tokenizer than that of {name}, whose ids mean other text; "
-                "prepare the text with the model's own (prepare/tokenizer=pretrained)"
-            )
+def check_formats(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, with the name of a tensor, unless all have floating-point numbers."""
+    if other := [name for name, tensor in tensors.items() if tensor.dtype not in NUMBER_FORMATS]:
+        kind = str(tensors[other[0]].dtype).removeprefix("torch.")
+        raise ValueError(f"{other[0]} has numbers of type {kind}; quantised models can't be imported")
 
 
-def _shape(tensor: Tensor) -> str:
-    return " × ".join(map(str, tensor.shape)) or "a number"
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, with the name of a tensor, unless all numbers are finite in the float32 of a run."""
+    if other := [name for name, tensor in tensors.items() if not bool(tensor.float().isfinite().all())]:
+        raise ValueError(f"{first_few(other)}: numbers that are not finite; the model has diverged, or is damaged")

@@ -14,7 +14,7 @@ from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.config.build import build
 from lmtrain.config.token_files import token_folders
-from lmtrain.convert.imported_model import ImportedModel, Value, check_fits
+from lmtrain.convert.imported_model import ImportedModel, check_fits
 from lmtrain.convert.new_directory import empty_again_after_error
 from lmtrain.data.stored_tokenizer import StoredTokenizer, copy_tokenizer, save_tokenizer
 from lmtrain.errors import COMPLETED
@@ -46,9 +46,6 @@ class Source(Protocol):
     def best_val_loss(self) -> float | None:
         """The validation loss, if it was measured at this step."""
 
-    def overrides(self) -> Mapping[str, Value]:
-        """Return overrides for a run that continues this one: groups (`model`) and values (`model.n_layer`)."""
-
     def tokens_per_step(self) -> int | None:
         """Return the tokens per step of the training so far; None if that is not known."""
 
@@ -64,9 +61,6 @@ class WeightsOnly:
 
     def __init__(self, model: ImportedModel) -> None:
         self.model, self.weights = model, model.weights
-
-    def overrides(self) -> Mapping[str, Value]:
-        return self.model.settings
 
     def tokens_per_step(self) -> int | None:
         return None

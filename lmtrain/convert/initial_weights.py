@@ -8,7 +8,8 @@ from lmtrain.checkpoint.files import Checkpoint, load_checkpoint
 from lmtrain.checkpoint.folder import CheckpointFolder
 from lmtrain.checkpoint.steps import CHECKPOINTS, chosen_step
 from lmtrain.convert.hugging_face.read_folder import read_hugging_face_folder
-from lmtrain.convert.imported_model import ImportedModel, check_fits, refuse_other_tokenizer
+from lmtrain.convert.imported_model import ImportedModel, check_fits
+from lmtrain.convert.tokenizer_check import refuse_other_tokenizer
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, load_tokenizer
 from lmtrain.errors import BrokenCheckpointError
 from lmtrain.files.durable import sha256_of

@@ -3,6 +3,7 @@
 Source: litgpt 0.5, `litgpt/model.py` and `litgpt/config.py`.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,8 @@ import yaml
 from torch import Tensor
 
 from lmtrain.convert.imported_model import ImportedModel, Value
-from lmtrain.convert.torch_file import read_torch_file, refuse_shared_memory
+from lmtrain.convert.tokenizer_check import refuse_more_ids
+from lmtrain.convert.torch_file import read_torch_file, refuse_shared_memory, size_text
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, load_tokenizer
 from lmtrain.files.durable import sha256_of
 from lmtrain.files.limited import read_yaml_text
@@ -53,7 +55,9 @@ LITGPT_DEFAULTS: Mapping[str, Any] = {
     "bias": True,
     "rotary_percentage": 0.25,
 }
-SIZES = ("block_size", "n_layer", "n_head", "n_embd", "padded_vocab_size", "intermediate_size")
+SIZES = ("block_size", "n_layer", "n_head", "n_query_groups", "n_embd", "padded_vocab_size", "intermediate_size")
+NUMBERS: Mapping[str, float] = {"norm_eps": 1e-5, "rope_base": 10000}  # with litgpt's defaults
+MOST = 1 << 24  # of each size; larger ones are damage
 OUTER = {"lm_head": "output", "transformer.wte": "embedding", "transformer.ln_f": "norm"}
 INNER = {
     "norm_1": "attention_norm",
@@ -77,14 +81,16 @@ def read_litgpt_folder(folder: Path) -> ImportedModel:
         raise ValueError(f"{folder}: has {WEIGHTS}, but no {CONFIG}")
     try:
         config = yaml.safe_load(read_yaml_text(folder / CONFIG))
-        if not isinstance(config, dict):
-            raise ValueError("not a mapping")
+        if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
+            raise ValueError("not a mapping of names")
         settings = _settings(config)
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{folder / CONFIG}: {' '.join(str(error).split())}") from error
     content = read_torch_file(folder / WEIGHTS)
     tensors = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
+    ):
         raise ValueError(f"{folder / WEIGHTS}: not litgpt's dict of tensors")
     try:
         refuse_shared_memory(list(tensors.values()))
@@ -92,15 +98,11 @@ def read_litgpt_folder(folder: Path) -> ImportedModel:
     except ValueError as error:
         raise ValueError(f"{folder / WEIGHTS}: {error}") from error
     tokenizer = load_tokenizer(folder) if (folder / TOKENIZER_FILE).is_file() else None
-    if tokenizer is not None and tokenizer.vocab_size > config["padded_vocab_size"]:
-        raise ValueError(
-            f"{folder / TOKENIZER_FILE}: has {tokenizer.vocab_size:,} ids, but the model has only "
-            f"{config['padded_vocab_size']:,}; it is not the tokenizer of this model"
-        )
+    refuse_more_ids(tokenizer, config["padded_vocab_size"], folder)
     record = {
         "folder": str(folder.resolve()),
         "sha256": {name: sha256_of(folder / name) for name in (WEIGHTS, CONFIG)},
-        "config": config,
+        "config": json.loads(json.dumps(config, default=str)),  # YAML also has dates
     }
     return ImportedModel(settings, weights, their_name, tokenizer, record)
 
@@ -126,23 +128,30 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Value]:
         lacking.append("Gemma's norms")
     if lacking:
         raise ValueError(f"{', '.join(lacking)}: lmtrain has no such model; it reads litgpt's Llama-like ones")
+    values["n_query_groups"] = values.get("n_query_groups") or values.get("n_head")  # null = one for each head
     for key in SIZES:
-        if not isinstance(values.get(key), int) or isinstance(values[key], bool) or values[key] < 1:
-            raise ValueError(f"{key}={values.get(key)}: not a size")
-    heads, head_size = values["n_head"], values.get("head_size")
+        if not isinstance(values.get(key), int) or isinstance(values[key], bool) or not 1 <= values[key] <= MOST:
+            raise ValueError(f"{key}={values.get(key)}: not a size from 1 to {MOST:,}")
+    heads, groups, head_size = values["n_head"], values["n_query_groups"], values.get("head_size")
     if values["n_embd"] % heads or head_size not in (None, values["n_embd"] // heads):
         raise ValueError(f"head_size={head_size}: lmtrain's heads share n_embd={values['n_embd']} among n_head={heads}")
+    if heads % groups:
+        raise ValueError(f"n_query_groups={groups}: not a divisor of n_head={heads}")
+    for key in NUMBERS:
+        value = values.setdefault(key, NUMBERS[key])
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e15:
+            raise ValueError(f"{key}={value}: not a number of at least 0")
     return {
         "model": "llama_1m",
         "model.vocab_size": values["padded_vocab_size"],
         "model.block_size": values["block_size"],
         "model.n_layer": values["n_layer"],
         "model.n_head": heads,
-        "model.n_kv_head": values.get("n_query_groups") or heads,
+        "model.n_kv_head": groups,
         "model.d_model": values["n_embd"],
         "model.d_ff": values["intermediate_size"],
-        "model.norm_eps": float(values.get("norm_eps", 1e-5)),
-        "model.rope_base": float(values.get("rope_base", 10000)),
+        "model.norm_eps": float(values["norm_eps"]),
+        "model.rope_base": float(values["rope_base"]),
         "model.tie_embeddings": False,
     }
 
@@ -161,9 +170,10 @@ def _weights(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[s
             weights[f"{OUTER[module]}.{kind}"] = tensor
         elif found and found[2] in INNER:
             weights[f"layers.{int(found[1])}.{INNER[found[2]]}.{kind}"] = tensor
-        elif found and found[2] in ("attn.qkv", "attn.attn"):
-            if tensor.shape[0] != (n_head + 2 * groups) * d_head:
-                raise ValueError(f"{name}: has {tensor.shape[0]} rows instead of {(n_head + 2 * groups) * d_head}")
+        elif found and found[2] in ("attn.qkv", "attn.attn") and kind == "weight":
+            expected = (n_head + 2 * groups) * d_head, config["n_embd"]
+            if tensor.shape != expected:
+                raise ValueError(f"{name} is {size_text(tensor)} instead of {expected[0]} × {expected[1]}")
             if found[2] == "attn.attn":  # up to litgpt 0.4: the queries, key and value of each group together
                 tensor = _ungrouped(tensor, groups, n_head // groups, d_head)
             parts = torch.split(tensor, [n_head * d_head, groups * d_head, groups * d_head])

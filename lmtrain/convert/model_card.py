@@ -1,4 +1,4 @@
-"""Writes the model card of an exported model: what it is, and the facts of the run that trained it."""
+"""Writes the model card of an exported model: what it is, where it comes from, and the facts of its training."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -8,8 +8,11 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from omegaconf import DictConfig, OmegaConf
 
+from lmtrain.convert.imported_model import NO_DATA
+from lmtrain.data.stored_tokenizer import TOKENIZER_FILE
 from lmtrain.files.durable import write_atomically
-from lmtrain.run.reading.notebook_view import losses_as_picture
+from lmtrain.files.limited import read_json
+from lmtrain.run.reading.notebook_view import LOSSES, losses_as_picture
 from lmtrain.run.reading.stored_run import Run
 from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.redact import redact, redacted
@@ -28,8 +31,8 @@ def write_model_card(folder: Path, run: Run, config: DictConfig, step: int) -> l
     The card tells names, not places: paths are shortened to their last part, and secrets are left out.
 
     Args:
-        folder: The folder of the model.
-        run: The run that trained it.
+        folder: The folder of the model, with its tokenizer if there is one.
+        run: The run that trained it or was imported.
         config: The config of the run.
         step: The optimizer steps of the exported checkpoint.
 
@@ -40,33 +43,62 @@ def write_model_card(folder: Path, run: Run, config: DictConfig, step: int) -> l
     if picture:
         (folder / CURVE).write_bytes(picture)
     data = ModelCardData(library_name="transformers", pipeline_tag="text-generation", license="other", tags=["lmtrain"])
-    body = "\n\n".join(_sections(run, OmegaConf.to_container(config), step, bool(picture)))
+    sections = _sections(run, OmegaConf.to_container(config), step, bool(picture), (folder / TOKENIZER_FILE).is_file())
+    body = "\n\n".join(filter(None, sections))
     write_atomically(folder / CARD, str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")))
-    without = [] if picture else ["the card has no curve, because matplotlib is missing: pip install 'lmtrain[plot]'"]
-    return [f"before you share the model, fill in its licence in {CARD}", *without]
+    has_losses = any(name in line for line in run.metrics for name in LOSSES)
+    remarks = [f"before you share the model, fill in its licence in {CARD}"]
+    if has_losses and not picture:
+        remarks.append("the card has no curve, because matplotlib is missing: pip install 'lmtrain[plot]'")
+    return remarks
 
 
-def _sections(run: Run, config: Any, step: int, has_picture: bool) -> Iterator[str]:
+def _sections(run: Run, config: Any, step: int, has_picture: bool, has_tokenizer: bool) -> Iterator[str]:
+    """Yield the parts of the card; a list without an entry is an empty text."""
     environment, result = run.environment, run.result
+    imported = read_json(run.directory / "imported.json")
     name = str(config.get("name", run.directory.name))
     model = _mapping(environment.get("model"))
     yield f"# {_plain(name)}"
     parameters = f" of {model['parameters']:,} parameters" if isinstance(model.get("parameters"), int) else ""
     kind = f" ({_code(model['class'])})" if model.get("class") else ""
     last = result.get("steps") or _mapping(config.get("trainer")).get("max_steps") or step
-    yield f"A language model{parameters}{kind}, trained with lmtrain: its state after step {step:,} of {last:,}."
-    yield _use()
+    first_step = imported.get("iter_num")  # nanoGPT's checkpoints do not begin at step 0
+    is_trained = step > (first_step if isinstance(first_step, int) else 0)
+    origin = [f"imported from {_code(_name_of_source(imported))}"] if imported else []
+    if is_trained:
+        origin.append(f"trained with lmtrain: its state after step {step:,} of {last:,}")
+    else:
+        origin.append("not trained with lmtrain")
+    yield f"A language model{parameters}{kind}, {', '.join(origin)}."
+    yield _use(has_tokenizer)
     yield _list("Results", _results(run, step))
     if has_picture:
         yield f"![loss by step]({CURVE})"
     yield _list("Model", _options(config.get("model"), NOT_ARCHITECTURE))
-    yield _list("Data", _data(config, environment, run))
-    yield _list("Training", _recipe(config, environment, result))
+    if is_trained:
+        yield _list("Data", _data(config, environment, run))
+        yield _list("Training", _recipe(config, environment, result))
     yield _list("Origin", _origin(environment, result, run))
     yield f"## Licence\n\n{LICENCE}"
 
 
-def _use() -> str:
+def _name_of_source(imported: Mapping[str, Any]) -> str:
+    """Return the name of the folder or file that a run was imported from."""
+    return next((Path(str(imported[key])).name for key in ("folder", "file", "checkpoint") if key in imported), "")
+
+
+def _use(has_tokenizer: bool) -> str:
+    if not has_tokenizer:
+        return (
+            "```python\n"
+            "import torch\n"
+            "from transformers import AutoModelForCausalLM\n\n"
+            'model = AutoModelForCausalLM.from_pretrained(".")  # the folder of this file\n'
+            "ids = torch.tensor([[1, 2, 3]])  # there is no tokenizer, so give the ids of tokens\n"
+            "print(model.generate(ids, max_new_tokens=50)[0])\n"
+            "```"
+        )
     return (
         "```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -99,6 +131,8 @@ def _data(config: Mapping[str, Any], environment: Mapping[str, Any], run: Run) -
     data = _mapping(config.get("data"))
     paths = data.get("paths") or ({"": data["path"]} if data.get("path") else {})
     for source, path in paths.items():
+        if path == NO_DATA:
+            continue
         yield f"tokens {source}".strip(), _code(Path(str(path)).name)
     for key, value in _options(_mapping(config.get("prepare")).get("source"), ("_target_",)):
         yield f"source, {key}", value
@@ -148,12 +182,22 @@ def _options(node: Any, without: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Yield the values of a config node that are not null, false or empty, with paths shortened to their last part."""
     for key, value in redacted(_mapping(node)).items():
         if key not in without and value not in (None, False, [], {}):
-            is_path = isinstance(value, str) and "/" in value
-            yield str(key), _code(Path(value).name if is_path else value)
+            yield str(key), _code(_without_folders(value))
+
+
+def _without_folders(value: Any) -> Any:
+    """Return a value in which each path, also inside lists and mappings, is shortened to its last part."""
+    if isinstance(value, Mapping):
+        return {_without_folders(key): _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    return Path(value).name if isinstance(value, str) and "/" in value else value
 
 
 def _list(title: str, items: Iterator[tuple[str, str]]) -> str:
-    return "\n".join([f"## {title}\n", *(f"- {name}: {value}" for name, value in items)])
+    """Return a list of what is known, with its heading; an empty text if nothing is."""
+    lines = [f"- {name}: {value}" for name, value in items if value]
+    return "\n".join([f"## {title}\n", *lines]) if lines else ""
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -161,7 +205,9 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _code(value: object) -> str:
-    """Return a value as code, in which Markdown and HTML mean nothing."""
+    """Return a value as code, in which Markdown and HTML mean nothing; an empty text for None."""
+    if value is None:
+        return ""
     text = str(value).lower() if isinstance(value, bool) else " ".join(str(value).split())
     text = visible(redact(text)).replace("`", "'")
     return f"`{text}`"

@@ -52,4 +52,6 @@ def refuse_shared_memory(values: Sequence[object]) -> None:
 
 def size_text(value: object) -> str:
     """Return the shape of a tensor, or what else it is."""
-    return " × ".join(map(str, value.shape)) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return " × ".join(map(str, value.shape)) or "a single number"

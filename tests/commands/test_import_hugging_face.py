@@ -100,7 +100,11 @@ LAYER = "model.layers.1.mlp.up_proj.weight"
         (lambda f: change_config(f, attention_bias=True, mlp_bias=True), "attention_bias=True, mlp_bias=True: the"),
         (lambda f: change_config(f, rope_parameters={"rope_type": "yarn"}), "rope_parameters.rope_type='yarn': only"),
         (lambda f: change_config(f, hidden_size="x"), "hidden_size='x': not a size"),
-        (lambda f: change_config(f, num_hidden_layers=10**6), "model.layers.3 missing, of 1000000 layers"),
+        (lambda f: change_config(f, num_hidden_layers=10**4), "model.layers.3 missing, of 10000 layers"),
+        (
+            lambda f: change_config(f, num_hidden_layers=2 * 10**9),
+            "num_hidden_layers=2000000000: not a size from 1 to 10,000",
+        ),
         (lambda f: change_config(f, vocab_size=10**9), "embed_tokens.weight is 61 × 32 instead of 1000000000 × 32"),
         (lambda f: change_config(f, intermediate_size=64), "gate_proj.weight is 48 × 32 instead of 64 × 32"),
         (lambda f: (f / "config.json").write_text("[]"), "config.json: not a JSON object"),
@@ -119,6 +123,18 @@ LAYER = "model.layers.1.mlp.up_proj.weight"
         (
             lambda f: change_weights(f, lambda t: t.update({"lm_head.weight": torch.ones(61, 32)})),
             "tie_word_embeddings is true in config.json, but lm_head.weight is not model.embed_tokens.weight",
+        ),
+        (
+            lambda f: change_weights(f, lambda t: t.update({NORM: torch.full((32,), torch.nan)})),
+            "model.norm.weight: numbers that are not finite; the model has diverged, or is damaged",
+        ),
+        (
+            lambda f: change_weights(f, lambda t: t.update({NORM: torch.full((32,), 1e300, dtype=torch.float64)})),
+            "model.norm.weight: numbers that are not finite",
+        ),
+        (
+            lambda f: change_weights(f, lambda t: t.update({"lm_head.weight": torch.full((61, 32), torch.nan)})),
+            "lm_head.weight: numbers that are not finite",
         ),
         (pickled, "has its weights only as a pickle (pytorch_model.bin)"),
         (lambda f: (f / WEIGHTS).unlink(), "has no weights (model.safetensors"),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
+from support.other_checkpoints import litgpt_weights, write_litgpt
 from torch import Tensor, nn
 
 from lmtrain.convert.imported_model import check_fits
@@ -14,44 +14,6 @@ from lmtrain.convert.litgpt import read_litgpt_folder
 from lmtrain.data.stored_tokenizer import save_tokenizer
 from lmtrain.data.tokenizer import tokenizer_of_characters
 from lmtrain.model.llama import Llama
-
-CONFIG: dict[str, Any] = {
-    "name": "tiny-llama",
-    "block_size": 32,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_query_groups": 2,
-    "n_embd": 32,
-    "head_size": 8,
-    "padded_vocab_size": 64,
-    "vocab_size": 60,
-    "intermediate_size": 48,
-    "norm_class_name": "RMSNorm",
-    "norm_eps": 1e-6,
-    "mlp_class_name": "LLaMAMLP",
-    "parallel_residual": False,
-    "bias": False,
-    "rotary_percentage": 1.0,
-    "rope_base": 500,
-}
-
-
-def weights() -> dict[str, Tensor]:
-    """Return random weights under litgpt's names."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = {"lm_head": (64, 32), "transformer.wte": (64, 32), "transformer.ln_f": (32,)}
-    for number in range(2):
-        block = {"norm_1": (32,), "norm_2": (32,), "attn.qkv": (64, 32), "attn.proj": (32, 32)}
-        block |= {"mlp.fc_1": (48, 32), "mlp.fc_2": (48, 32), "mlp.proj": (32, 48)}
-        shapes |= {f"transformer.h.{number}.{name}": shape for name, shape in block.items()}
-    return {f"{name}.weight": torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
-
-
-def write(folder: Path, tensors: object, **changed: Any) -> Path:
-    folder.mkdir(exist_ok=True)
-    torch.save(tensors, folder / "lit_model.pth")
-    (folder / "model_config.yaml").write_text(yaml.safe_dump(CONFIG | changed), encoding="utf-8")
-    return folder
 
 
 def logits_of_litgpt(tensors: dict[str, Tensor], ids: Tensor) -> Tensor:
@@ -92,16 +54,16 @@ def our_model(folder: Path) -> nn.Module:
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_the_logits_are_those_of_litgpt(tmp_path: Path, inside: bool) -> None:
-    tensors = weights()
+    tensors = litgpt_weights()
     ids = torch.randint(64, (20,), generator=torch.Generator().manual_seed(1))
-    model = our_model(write(tmp_path / "lit", {"model": tensors} if inside else tensors))
+    model = our_model(write_litgpt(tmp_path / "lit", {"model": tensors} if inside else tensors))
     with torch.no_grad():
         logits = model(ids[None])[0][0]
     torch.testing.assert_close(logits, logits_of_litgpt(tensors, ids), rtol=1e-5, atol=1e-5)
 
 
 def test_the_older_layout_of_queries_gives_the_same_model(tmp_path: Path) -> None:
-    tensors = weights()
+    tensors = litgpt_weights()
     older = {}
     for name, value in tensors.items():
         if name.endswith("attn.qkv.weight"):
@@ -110,13 +72,13 @@ def test_the_older_layout_of_queries_gives_the_same_model(tmp_path: Path) -> Non
             older[name.replace("attn.qkv", "attn.attn")] = torch.cat(groups).reshape(64, 32)
         else:
             older[name] = value
-    new, old = our_model(write(tmp_path / "new", tensors)), our_model(write(tmp_path / "old", older))
+    new, old = our_model(write_litgpt(tmp_path / "new", tensors)), our_model(write_litgpt(tmp_path / "old", older))
     for (name, one), other in zip(new.state_dict().items(), old.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
 
 
 def test_the_tokenizer_comes_along_or_is_refused(tmp_path: Path) -> None:
-    folder = write(tmp_path / "lit", weights())
+    folder = write_litgpt(tmp_path / "lit", litgpt_weights())
     save_tokenizer(folder, tokenizer_of_characters({chr(97 + number): number for number in range(20)}))
     assert read_litgpt_folder(folder).tokenizer is not None
     save_tokenizer(folder, tokenizer_of_characters({chr(97 + number): number for number in range(65)}))
@@ -131,27 +93,41 @@ def test_the_tokenizer_comes_along_or_is_refused(tmp_path: Path) -> None:
         ({"name": "Gemma-2b"}, "Gemma's norms: lmtrain has no such model"),
         ({"n_expert": 8}, "n_expert=8: lmtrain has no such model"),
         ({"n_embd": 0}, "n_embd=0: not a size"),
+        ({"n_layer": 2 * 10**9}, "n_layer=2000000000: not a size from 1 to 16,777,216"),
+        ({"n_query_groups": "a"}, "n_query_groups=a: not a size"),
+        ({"n_query_groups": 3}, "n_query_groups=3: not a divisor of n_head=4"),
+        ({"norm_eps": None}, "norm_eps=None: not a number of at least 0"),
+        ({"rope_base": "x"}, "rope_base=x: not a number of at least 0"),
         ({"head_size": 16}, "head_size=16: lmtrain's heads share n_embd=32 among n_head=4"),
     ],
 )
 def test_another_model_is_named(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"model_config.yaml: {message}"):
-        read_litgpt_folder(write(tmp_path / "lit", weights(), **changed))
+        read_litgpt_folder(write_litgpt(tmp_path / "lit", litgpt_weights(), **changed))
 
 
 def test_mistakes_in_the_weights_are_one_line(tmp_path: Path) -> None:
-    tensors = weights()
+    tensors = litgpt_weights()
     for change, message in (
         ({"transformer.h.0.attn.norm_q.weight": torch.ones(8)}, "transformer.h.0.attn.norm_q.weight unexpected"),
-        ({"transformer.h.0.attn.qkv.weight": torch.ones(60, 32)}, "has 60 rows instead of 64"),
+        ({"transformer.h.0.attn.qkv.weight": torch.ones(60, 32)}, "qkv.weight is 60 × 32 instead of 64 × 32"),
+        ({"transformer.h.0.attn.qkv.weight": torch.tensor(1.0)}, "qkv.weight is a single number instead of 64 × 32"),
+        ({"transformer.h.0.attn.attn.bias": torch.ones(64)}, "transformer.h.0.attn.attn.bias unexpected"),
+        ({7: torch.ones(1)}, "not litgpt's dict of tensors"),
         ({"lm_head.weight": 3}, "not litgpt's dict of tensors"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
-            read_litgpt_folder(write(tmp_path / "lit", tensors | change))
+            read_litgpt_folder(write_litgpt(tmp_path / "lit", tensors | change))
         assert "\n" not in str(caught.value)
     missing = {name: value for name, value in tensors.items() if "mlp.fc_1" not in name}
     with pytest.raises(ValueError, match=r"transformer.h.0.mlp.fc_1.weight, transformer.h.1.mlp.fc_1.weight missing"):
-        our_model(write(tmp_path / "lit", missing))
+        our_model(write_litgpt(tmp_path / "lit", missing))
+    quantised = {name: value.to(torch.int8) for name, value in tensors.items()}
+    with pytest.raises(ValueError, match=r"transformer.wte.weight has numbers of type int8; quantised models can't be"):
+        our_model(write_litgpt(tmp_path / "lit", quantised))
+    diverged = tensors | {"transformer.h.1.attn.proj.weight": torch.full((32, 32), torch.nan)}
+    with pytest.raises(ValueError, match=r"^transformer.h.1.attn.proj.weight: numbers that are not finite"):
+        our_model(write_litgpt(tmp_path / "lit", diverged))
     (tmp_path / "lit" / "lit_model.pth").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"not a file of torch\.save, or damaged"):
         read_litgpt_folder(tmp_path / "lit")

@@ -11,10 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lmtrain.convert.export_remarks import remarks_on_documents
 from lmtrain.convert.gguf.tensors import gguf_model
 from lmtrain.convert.gguf.vocabulary import GGUFVocabulary, gguf_vocabulary
+from lmtrain.convert.tokenizer_check import refuse_more_ids
 from lmtrain.errors import ConfigError
-from lmtrain.files.durable import sync
+from lmtrain.files.durable import make_folder, sync
 from lmtrain.machine import is_installed
 from lmtrain.run.reading.loaded import LoadedModel
 
@@ -39,8 +41,8 @@ def export_gguf(loaded: LoadedModel, path: Path, dtype: str) -> list[str]:
         dtype: `float32`, `float16`, `bfloat16` or `q8_0`, or a name of llama.cpp such as `f16`.
 
     Raises:
-        ConfigError: The package gguf is missing, the file exists, llama.cpp lacks something that the model has, or the
-            run has no tokenizer.
+        ValueError: The package gguf is missing, the file exists, llama.cpp lacks something that the model has, or the
+            run has no tokenizer, or that of another model.
         OSError: The file can't be written. Nothing is left behind.
     """
     dtype = LLAMA_CPP_NAMES.get(dtype, dtype)
@@ -54,9 +56,12 @@ def export_gguf(loaded: LoadedModel, path: Path, dtype: str) -> list[str]:
         raise ConfigError(f"{loaded.directory}: has no tokenizer, which a GGUF file needs")
     options: dict[str, Any] = {str(key): value for key, value in loaded.config.model.items()}
     model = gguf_model(loaded.model, options)
-    vocabulary = gguf_vocabulary(loaded.tokenizer, model.tensors["token_embd.weight"].shape[0])
-    partial = path.with_name(f".tmp-{path.name}")
-    partial.unlink(missing_ok=True)  # left by a killed process
+    vocab_size = len(model.tensors["token_embd.weight"])
+    refuse_more_ids(loaded.tokenizer, vocab_size, loaded.directory)
+    vocabulary = gguf_vocabulary(loaded.tokenizer, vocab_size)
+    make_folder(path.absolute().parent)
+    partial = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    partial.unlink(missing_ok=True)  # left by a killed process with the same number
     try:
         import gguf
 
@@ -64,7 +69,7 @@ def export_gguf(loaded: LoadedModel, path: Path, dtype: str) -> list[str]:
         _add_settings(writer, loaded, model.settings, FORMATS[dtype])
         _add_vocabulary(writer, vocabulary)
         for name, tensor in model.tensors.items():
-            data, kind = _encoded(name, tensor, FORMATS[dtype])
+            data, kind = _encoded(name, tensor, dtype)
             writer.add_tensor(name, data, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -79,9 +84,8 @@ def export_gguf(loaded: LoadedModel, path: Path, dtype: str) -> list[str]:
         if isinstance(error, OSError) and error.errno is None:  # NumPy reports a full disk in this way
             raise OSError(f"{path}: could be written only in part ({error}); free some space on the disk") from error
         raise
-    if vocabulary.unknown is None:
-        return []
-    return ["characters that the run's text did not have, which lmtrain refuses, are not errors in llama.cpp"]
+    unknown = "characters that the run's text did not have, which lmtrain refuses, are not errors in llama.cpp"
+    return [*remarks_on_documents(options, "llama.cpp"), *([] if vocabulary.unknown is None else [unknown])]
 
 
 def _add_settings(
@@ -90,7 +94,7 @@ def _add_settings(
     import gguf
 
     writer.add_name(str(loaded.config.get("name", loaded.directory.name)))
-    writer.add_description(f"trained with lmtrain, after {loaded.step:,} steps")
+    writer.add_description(f"written by lmtrain, after step {loaded.step:,} of a run")
     writer.add_file_type(FILE_TYPES[form])
     if form == "Q8_0":
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -116,16 +120,17 @@ def _add_vocabulary(writer: "gguf.GGUFWriter", vocabulary: GGUFVocabulary) -> No
         writer.add_eos_token_id(vocabulary.end_of_text)
 
 
-def _encoded(name: str, tensor: Tensor, form: str) -> "tuple[npt.NDArray[Any], gguf.GGMLQuantizationType]":
-    """Return a tensor's bytes in a format, and the format that it really has."""
+def _encoded(name: str, tensor: Tensor, dtype: str) -> "tuple[npt.NDArray[Any], gguf.GGMLQuantizationType]":
+    """Return a tensor's bytes in the format of `FORMATS`, and the format that it really has."""
     import gguf
 
+    form, why = FORMATS[dtype], ""
     if tensor.ndim < 2 or name == "position_embd.weight":
         form = "F32"
     elif form == "Q8_0" and tensor.shape[1] % Q8_BLOCK:
-        form = "F16"
+        form, why = "F16", f", but is float16 as its rows are no multiple of {Q8_BLOCK} values"
     kind = gguf.GGMLQuantizationType[form]
     if form == "F16" and float(tensor.abs().max()) > torch.finfo(torch.float16).max:
-        raise ConfigError(f"--dtype float16: {name} has values above 65,504; use bfloat16 or float32")
+        raise ConfigError(f"--dtype {dtype}: {name} has values above 65,504{why}; use bfloat16 or float32")
     array = np.ascontiguousarray(tensor.numpy())
     return gguf.quants.quantize(array, kind), kind

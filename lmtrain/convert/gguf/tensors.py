@@ -10,25 +10,15 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lmtrain.convert.decoder_options import options_only_here, options_text
 from lmtrain.errors import ConfigError
 from lmtrain.model.decoder import Decoder
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.model.llama import Llama
 
-# Values that the architecture of llama.cpp has; with others, it would compute something else.
-LLAMA_HAS: Mapping[str, tuple[Any, ...]] = {
-    "mlp": ("swiglu",),
-    "embedding_scale": (False,),
-    "value_embeddings": (None, []),
-    "parallel_blocks": (False,),
-    "qk_norm": (False,),
-    "rope_fraction": (1.0,),
-    "nope_every": (None,),
-    "sliding_window": (None,),
-    "attention_softcap": (None,),
-    "logit_softcap": (None,),
-}
-GPT2_HAS: Mapping[str, tuple[Any, ...]] = {"gelu": ("tanh",)}
+# Options that the architecture of llama.cpp lacks, with the value that switches each off.
+LLAMA_LACKS: Mapping[str, Any] = {"qk_norm": False, "sliding_window": None}
+GPT2_LACKS: Mapping[str, Any] = {"gelu": "tanh"}
 DEFAULT_ROPE_BASE = 10000.0
 
 _SHARED_NAMES = {
@@ -79,10 +69,10 @@ def gguf_model(model: nn.Module, options: Mapping[str, Any]) -> GGUFModel:
         ConfigError: llama.cpp has no such architecture, or lacks an option of the model; the message names all of them.
     """
     if isinstance(model, Llama | Decoder):
-        _refuse_others(options, LLAMA_HAS, "llama")
+        _refuse(options_only_here(options) | _not_off(options, LLAMA_LACKS), "llama")
         return GGUFModel("llama", _llama_settings(model, options), _llama_tensors(model, int(options["n_head"])))
     if isinstance(model, GPT2):
-        _refuse_others(options, GPT2_HAS, "gpt2")
+        _refuse(_not_off(options, GPT2_LACKS), "gpt2")
         return GGUFModel("gpt2", _gpt2_settings(model, options), _gpt2_tensors(model))
     raise ConfigError(
         f"model: {type(model).__name__} has no architecture in llama.cpp that lmtrain writes; it writes those of "
@@ -90,12 +80,13 @@ def gguf_model(model: nn.Module, options: Mapping[str, Any]) -> GGUFModel:
     )
 
 
-def _refuse_others(options: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]], architecture: str) -> None:
-    lacking = [
-        f"model.{key}={options[key]}" for key, values in known.items() if options.get(key, values[0]) not in values
-    ]
-    if lacking:
-        raise ConfigError(f"{', '.join(lacking)}: the architecture {architecture} of llama.cpp has no such option")
+def _refuse(options: Mapping[str, Any], architecture: str) -> None:
+    if options:
+        raise ConfigError(f"{options_text(options)}: the architecture {architecture} of llama.cpp has no such option")
+
+
+def _not_off(options: Mapping[str, Any], off: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: options[key] for key, value in off.items() if options.get(key, value) != value}
 
 
 def _llama_settings(model: Llama | Decoder, options: Mapping[str, Any]) -> dict[str, Setting]:

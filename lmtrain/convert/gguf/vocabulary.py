@@ -5,7 +5,7 @@ pattern that `pre` names) and `rwkv` (the longest token that fits), among others
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,13 +53,16 @@ def gguf_vocabulary(stored: StoredTokenizer, size: int) -> GGUFVocabulary:
     """Return the vocabulary of a model with `size` ids; ids that the tokenizer does not have are unused.
 
     Raises:
-        ConfigError: llama.cpp can't give the same ids as this tokenizer; the message says why.
+        ConfigError: llama.cpp can't give the same ids as this tokenizer; the message says why. The tokenizer must not
+            have more ids than `size`.
     """
     content = json.loads(stored.tokenizer.to_str())
     if content.get("normalizer") is not None:
         raise _unlike(f"its normalizer ({content['normalizer'].get('type')}) changes text first")
     model = content["model"]
-    if model["type"] == "WordLevel" and stored.end_of_text is None:
+    if model["type"] == "WordLevel":
+        if stored.end_of_text is not None:
+            raise _unlike("it has an end-of-text token beside its words, for which llama.cpp would take other ids")
         return _of_characters(model["vocab"], size)
     if model["type"] == "BPE":
         return _of_bpe(content, stored, size)
@@ -85,7 +88,7 @@ def _of_bpe(content: Mapping[str, Any], stored: StoredTokenizer, size: int) -> G
     pre = _name_of_pattern(content.get("pre_tokenizer"))
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     if model.get("ignore_merges", False) != (pre in KEEPS_WHOLE_PIECES):
-        _check_merges_make_all_tokens(model)
+        _check_merges_make_all_tokens(model, {added["content"] for added in content.get("added_tokens", [])})
     if stored.end_of_text is None:
         raise _unlike("it has no end-of-text token, for which llama.cpp would take another id")
     if not set(BYTE_ALPHABET.values()) <= set(model["vocab"]):
@@ -93,8 +96,12 @@ def _of_bpe(content: Mapping[str, Any], stored: StoredTokenizer, size: int) -> G
     tokens, types = _unused(size)
     for token, number in model["vocab"].items():
         tokens[number], types[number] = token, NORMAL
-    for added in content.get("added_tokens", []):  # found in text only where special tokens are asked for
-        tokens[added["id"]], types[added["id"]] = added["content"], CONTROL
+    for added in content.get("added_tokens", []):
+        # Special ones are found in text only where they are asked for, the others always.
+        kind = CONTROL if added["special"] else USER_DEFINED
+        if kind == USER_DEFINED and any(added[option] for option in ("lstrip", "rstrip", "single_word")):
+            raise _unlike(f"its token {added['content']!r} depends on the characters beside it")
+        tokens[added["id"]], types[added["id"]] = added["content"], kind
     return GGUFVocabulary("gpt2", pre, tokens, types, merges or [NEVER_MERGED], stored.end_of_text)
 
 
@@ -114,15 +121,15 @@ def _name_of_pattern(pre_tokenizer: Mapping[str, Any] | None) -> str:
     raise _unlike("llama.cpp has no name for the pattern with which it cuts text")
 
 
-def _check_merges_make_all_tokens(model: Mapping[str, Any]) -> None:
-    """Check that it makes no difference whether a piece that is a token is kept, or made by merges."""
+def _check_merges_make_all_tokens(model: Mapping[str, Any], added: Container[str]) -> None:
+    """Check that it makes no difference whether a piece that is a token is kept, or made by merges.
+
+    `added` are the added tokens, which merges need not make: a piece between them is none of them.
+    """
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-    merges = [(left, right) for left, right in pairs]
-    parts = {token for merge in merges for token in (*merge, "".join(merge))} | set(BYTE_ALPHABET.values())
-    vocabulary = {token: number for token, number in model["vocab"].items() if token in parts}
-    bpe = models.BPE(vocab=vocabulary, merges=merges)
-    for token, number in vocabulary.items():
-        if [made.id for made in bpe.tokenize(token)] != [number]:
+    bpe = models.BPE(vocab=model["vocab"], merges=[(left, right) for left, right in pairs])
+    for token, number in model["vocab"].items():
+        if token not in added and [made.id for made in bpe.tokenize(token)] != [number]:
             raise _unlike(f"its merges do not make its token {token!r}")
 
 

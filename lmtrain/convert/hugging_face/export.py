@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,13 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from lmtrain.convert.export_remarks import remarks_on_documents
 from lmtrain.convert.hugging_face.model_config import exported_config
 from lmtrain.convert.hugging_face.tensor_names import GPT2, LLAMA, TensorNames
 from lmtrain.convert.hugging_face.weights_files import write_weights
 from lmtrain.convert.model_card import write_model_card
 from lmtrain.convert.new_folder import complete_folder
+from lmtrain.convert.tokenizer_check import refuse_more_ids
 from lmtrain.data.stored_tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, StoredTokenizer
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.limited import read_json_limited
@@ -43,24 +45,24 @@ def export_folder(loaded: LoadedModel, folder: Path, dtype: str) -> list[str]:
         raise ValueError(f"--dtype {dtype}: not one of {', '.join(DTYPES)}")
     model: Mapping[str, Any] = OmegaConf.to_container(loaded.config.model, resolve=True)  # type: ignore[assignment]
     tokenizer, end_of_text = loaded.tokenizer, end_of_text_of(loaded)
-    vocab_size, block_size = model["vocab_size"], model["block_size"]
-    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
-        raise ValueError(
-            f"{loaded.directory / TOKENIZER_FILE}: has {tokenizer.vocab_size:,} ids, but the model has only "
-            f"{vocab_size:,}; it is not the tokenizer of this model"
-        )
-    if isinstance(loaded.model, TransformersModel):
-        with complete_folder(folder, "--to hf ") as partial:
-            _save_transformers_model(partial, loaded.model, dtype, end_of_text)
-            _write_other_files(partial, tokenizer, end_of_text, block_size)
-            about_card = write_model_card(partial, Run(loaded.directory.absolute()), loaded.config, loaded.step)
-    else:
-        exported = _exported(model, loaded.model, end_of_text, dtype)  # refuses what can't be exported
-        with complete_folder(folder, "--to hf ") as partial:
-            _write_model(partial, *exported)
-            _write_other_files(partial, tokenizer, end_of_text, block_size)
-            about_card = write_model_card(partial, Run(loaded.directory.absolute()), loaded.config, loaded.step)
-    return [*_remarks(loaded, model), *about_card]
+    # First, since it refuses a model that transformers does not have, whose arguments may have any names.
+    write = _writer(model, loaded.model, end_of_text, dtype)
+    refuse_more_ids(tokenizer, model["vocab_size"], loaded.directory)
+    with complete_folder(folder, "--to hf ") as partial:
+        write(partial)
+        _write_other_files(partial, tokenizer, end_of_text, model["block_size"])
+        about_card = write_model_card(partial, Run(loaded.directory.absolute()), loaded.config, loaded.step)
+    without = f"the run has no {TOKENIZER_FILE}, so the folder has none either: give token ids to the model"
+    about_tokenizer = [without] if tokenizer is None else []
+    return [*about_tokenizer, *remarks_on_documents(model, "transformers"), *about_card]
+
+
+def _writer(config: Mapping[str, Any], model: nn.Module, end_of_text: int | None, dtype: str) -> Callable[[Path], None]:
+    """Return what writes config and weights into a folder; raise ValueError for a model that can't be exported."""
+    if isinstance(model, TransformersModel):
+        return lambda folder: _save_transformers_model(folder, model, dtype, end_of_text)
+    exported = _exported(config, model, end_of_text, dtype)
+    return lambda folder: _write_model(folder, *exported)
 
 
 def write_model_files(
@@ -178,15 +180,3 @@ def _write_other_files(
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def _remarks(loaded: LoadedModel, model: Mapping[str, Any]) -> list[str]:
-    remarks = []
-    if loaded.tokenizer is None:
-        remarks.append(f"the run has no {TOKENIZER_FILE}, so the folder has none either: give token ids to the model")
-    if model.get("mask_documents"):
-        remarks.append(
-            "the model was trained with model.mask_documents=true: give it one document at a time, since transformers "
-            "neither restarts positions at the end of a text nor keeps attention inside a document"
-        )
-    return remarks

@@ -4,12 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lmtrain.convert.hugging_face.model_config import FULL, SLIDING
+from lmtrain.convert.imported_model import Value
 
-Number = bool | int | float
-Value = Number | str | list[Number] | None
-
-MOST_DATA_BLOCK = 1024  # tokens per sequence in training, unless another data.block_size is given
 MOST_POSITIONS = 1 << 20
+MOST_LAYERS = 10_000  # far more than any model has; more are damage, which would take minutes and much memory
 GELUS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "exact"}
 SUPPORTED = "llama, mistral, qwen3, gpt2"
 
@@ -24,15 +22,8 @@ def imported_overrides(config: Mapping[str, Any]) -> dict[str, Value]:
     kind = str(config.get("model_type"))
     if kind not in READERS:
         raise ValueError(f"model_type={kind}: can't be imported; the architectures that can are {SUPPORTED}")
-    overrides = READERS[kind](_Fields(config))
-    block_size = overrides["model.block_size"]
-    assert isinstance(block_size, int)
-    return {
-        **overrides,
-        "data": "tokens",
-        "data.block_size": min(block_size, MOST_DATA_BLOCK),
-        "model.init_std": _Fields(config).number("initializer_range", 0.02),
-    }
+    fields = _Fields(config)
+    return {**READERS[kind](fields), "model.init_std": fields.number("initializer_range", 0.02)}
 
 
 class _Fields:
@@ -41,11 +32,11 @@ class _Fields:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
 
-    def size(self, name: str, default: int | None = None) -> int:
+    def size(self, name: str, default: int | None = None, most: int = (1 << 31) - 1) -> int:
         value = self.config.get(name)
         value = default if value is None else value
-        if type(value) is not int or not 1 <= value < 1 << 31:
-            raise ValueError(f"{name}={value!r}: not a size")
+        if type(value) is not int or not 1 <= value <= most:
+            raise ValueError(f"{name}={value!r}: not a size from 1 to {most:,}")
         return value
 
     def number(self, name: str, default: float) -> float:
@@ -98,7 +89,7 @@ def _llama_sizes(fields: _Fields) -> dict[str, Value]:
     return {
         "model.vocab_size": fields.size("vocab_size"),
         "model.block_size": min(fields.size("max_position_embeddings", 2048), MOST_POSITIONS),
-        "model.n_layer": fields.size("num_hidden_layers"),
+        "model.n_layer": fields.size("num_hidden_layers", most=MOST_LAYERS),
         "model.n_head": n_head,
         "model.n_kv_head": fields.size("num_key_value_heads", n_head),
         "model.d_model": d_model,
@@ -138,10 +129,11 @@ def _windows(fields: _Fields) -> tuple[int | None, int | None]:
     """Return the sliding window, and each how many layers one attends to all tokens."""
     if not fields.flag("use_sliding_window", False):
         return None, None
-    n_layer, window = fields.size("num_hidden_layers"), fields.size("sliding_window")
+    n_layer, window = fields.size("num_hidden_layers", most=MOST_LAYERS), fields.size("sliding_window")
     first = fields.size("max_window_layers", 28) if fields.config.get("max_window_layers") != 0 else 0
     kinds = fields.config.get("layer_types") or [FULL if number < first else SLIDING for number in range(n_layer)]
-    for every in (None, *range(1, n_layer + 1)):
+    if isinstance(kinds, list):
+        every = kinds.index(FULL) + 1 if FULL in kinds else None
         if kinds == [FULL if every and (number + 1) % every == 0 else SLIDING for number in range(n_layer)]:
             return (None, None) if every == 1 else (window, every)
     raise ValueError("layer_types: only sliding windows in all layers, or in all but each n-th, can be imported")
@@ -163,7 +155,7 @@ def _gpt2(fields: _Fields) -> dict[str, Value]:
         "model": "gpt2",
         "model.vocab_size": fields.size("vocab_size"),
         "model.block_size": fields.size("n_positions", 1024),
-        "model.n_layer": fields.size("n_layer"),
+        "model.n_layer": fields.size("n_layer", most=MOST_LAYERS),
         "model.n_head": fields.size("n_head"),
         "model.d_model": fields.size("n_embd"),
         "model.d_ff": None if fields.config.get("n_inner") is None else fields.size("n_inner"),

@@ -3,17 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-# Options of `Decoder` that no class of transformers has in this form, with the value that switches each off.
-ONLY_HERE: Mapping[str, Any] = {
-    "embedding_scale": False,
-    "value_embeddings": [],
-    "mlp": "swiglu",
-    "parallel_blocks": False,
-    "rope_fraction": 1.0,
-    "nope_every": None,
-    "attention_softcap": None,
-    "logit_softcap": None,
-}
+from lmtrain.convert.decoder_options import options_only_here, options_text
+
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -61,14 +52,13 @@ def _decoder(model: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of a Llama, or of a Mistral or Qwen3 for the options that these have beyond it."""
     window, n_layer = model.get("sliding_window"), model["n_layer"]
     every = model.get("global_every")
-    refused = {key: model[key] for key, off in ONLY_HERE.items() if key in model and not _is_off(model[key], off)}
-    if "mlp" in refused and model.get("dense_layers", 0) >= n_layer:
-        del refused["mlp"]  # no layer has it
+    refused = options_only_here(model)
     if window is not None and every is not None and not model.get("qk_norm"):
         refused["global_every"] = every  # only Qwen3 has it, beside normalised queries and keys
     if refused:
-        named = ", ".join(f"model.{key}={_short(value)}" for key, value in refused.items())
-        raise ValueError(f"{named}: Llama, Mistral and Qwen3 in transformers have no such option; not exported")
+        raise ValueError(
+            f"{options_text(refused)}: Llama, Mistral and Qwen3 in transformers have no such option; not exported"
+        )
     if not model.get("qk_norm"):
         if window is None:
             return _llama(model)
@@ -134,11 +124,3 @@ EXPORTED = {
     "lmtrain.model.decoder.Decoder": _decoder,
     "lmtrain.model.gpt2.GPT2": _gpt2,
 }
-
-
-def _is_off(value: Any, off: Any) -> bool:
-    return value == off or (off == [] and not value)
-
-
-def _short(value: Any) -> str:
-    return str(value.get("_target_", "{…}")) if isinstance(value, Mapping) else str(value).replace(" ", "")

@@ -11,7 +11,8 @@ from lmtrain.convert.hugging_face.export import CONFIG, CONFIG_BYTES, names_of
 from lmtrain.convert.hugging_face.imported_config import imported_overrides
 from lmtrain.convert.hugging_face.tensor_names import BUFFERS, TensorNames
 from lmtrain.convert.hugging_face.weights_files import read_weights, weights_files
-from lmtrain.convert.imported_model import ImportedModel
+from lmtrain.convert.imported_model import ImportedModel, check_finite, check_formats
+from lmtrain.convert.tokenizer_check import refuse_more_ids
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
 from lmtrain.files.durable import sha256_of
 from lmtrain.files.limited import read_json_limited
@@ -55,7 +56,7 @@ def imported_weights(tensors: Mapping[str, Tensor], names: TensorNames, *, tied:
     """Return the tensors under lmtrain's names and in its directions.
 
     Raises:
-        ValueError: A tensor has no place in the model, or is not of floating-point numbers.
+        ValueError: A tensor has no place in the model, or the output layer is not the embedding, as it should be.
     """
     prefix = f"{names.prefix.partition('.')[0]}."
     if not any(name.startswith(prefix) for name in tensors):  # saved without the output layer, as the first GPT-2
@@ -63,29 +64,26 @@ def imported_weights(tensors: Mapping[str, Tensor], names: TensorNames, *, tied:
     tensors = {name: value for name, value in tensors.items() if not BUFFERS.fullmatch(name)}
     if unknown := [name for name in tensors if not names.ours(name)]:
         raise ValueError(f"the weights do not fit the model: {first_few(unknown)} unexpected")
-    if other := [name for name, value in tensors.items() if value.dtype not in FORMATS]:
-        kind = str(tensors[other[0]].dtype).removeprefix("torch.")
-        raise ValueError(f"{other[0]} has numbers of type {kind}; quantised models can't be imported")
     ours = {names.ours(name): value for name, value in tensors.items()}
     turned = {name: names.turned(name, value).contiguous() for name, value in ours.items()}
     if tied and (output := turned.pop("output.weight", None)) is not None:
         embedding = turned.get("embedding.weight")
-        if embedding is None or not torch.equal(output, embedding):
+        check_formats({"lm_head.weight": output})
+        check_finite({"lm_head.weight": output})  # NaN is not equal to itself
+        if embedding is None or embedding.dtype != output.dtype or not torch.equal(output, embedding):
             raise ValueError(
                 f"tie_word_embeddings is true in {CONFIG}, but lm_head.weight is not {names.theirs('embedding.weight')}"
             )
     return turned
 
 
-FORMATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
 def _check_sizes(settings: Mapping[str, Any], weights: Mapping[str, Tensor], names: TensorNames) -> None:
     """Check the sizes that a config claims before a model is built with them, since they could be huge."""
     blocks = {name.split(".")[1] for name in weights if name.startswith("layers.")}
     n_layer = settings["model.n_layer"]
-    if missing := sorted(set(map(str, range(n_layer))) - blocks, key=int)[:1]:
-        raise ValueError(f"the weights do not fit the model: {names.prefix}.{missing[0]} missing, of {n_layer} layers")
+    missing = next((number for number in range(n_layer) if str(number) not in blocks), None)
+    if missing is not None:
+        raise ValueError(f"the weights do not fit the model: {names.prefix}.{missing} missing, of {n_layer} layers")
     rows = settings["model.vocab_size"], settings["model.d_model"]
     found = weights.get("embedding.weight")
     if found is None or tuple(found.shape) != rows:
@@ -98,9 +96,5 @@ def _tokenizer(folder: Path, vocab_size: int) -> StoredTokenizer | None:
     if not (folder / TOKENIZER_FILE).is_file():
         return None
     tokenizer = load_tokenizer(folder)
-    if tokenizer.vocab_size > vocab_size:
-        raise ValueError(
-            f"{folder / TOKENIZER_FILE}: has {tokenizer.vocab_size:,} ids, but the model has only {vocab_size:,}; it "
-            "is not the tokenizer of this model"
-        )
+    refuse_more_ids(tokenizer, vocab_size, folder)
     return tokenizer

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lmtrain.convert.nanogpt.settings import Value, checked_number, model_overrides, settings_overrides
+from lmtrain.convert.imported_model import Value, check_finite, check_fits, check_formats
+from lmtrain.convert.nanogpt.settings import checked_number, model_overrides, settings_overrides
 from lmtrain.convert.torch_file import read_torch_file, refuse_shared_memory, size_text
 from lmtrain.loop.training_parts import Parts
 from lmtrain.model.gpt2 import GPT2
@@ -70,7 +71,7 @@ class NanoGPTCheckpoint:
         if not isinstance(parts.optimizer, torch.optim.AdamW):
             name = type(parts.optimizer).__name__
             raise ValueError(f"optimizer={name}: the checkpoint has the state of AdamW; use optimizer=adamw")
-        check_weights_fit(self.weights, parts.model.state_dict())
+        check_weights_fit(self.weights, parts.model)
 
 
 def read_nanogpt_checkpoint(path: Path) -> NanoGPTCheckpoint:
@@ -114,7 +115,7 @@ def parse_nanogpt_checkpoint(content: object) -> NanoGPTCheckpoint:
     weights = convert_weights(content["model"])
     _check_sizes(content["model_args"], weights)
     # Checked before the optimizer, whose indices mean nothing for other weights.
-    check_weights_fit(weights, _empty_model(content["model_args"]).state_dict())
+    check_weights_fit(weights, _empty_model(content["model_args"]))
     optimizer, adamw = convert_optimizer(content["optimizer"], weights)
     best = loss if math.isfinite(loss) and loss < NO_LOSS_YET else None
     return NanoGPTCheckpoint(content["model_args"], config, weights, optimizer, adamw, iter_num, best)
@@ -134,8 +135,13 @@ def convert_weights(state_dict: Mapping[Any, Any]) -> dict[str, Tensor]:
         raise ValueError(f"the model is not nanoGPT's GPT-2: unexpected {first_few(unknown)}")
     if embedding is None:
         raise ValueError("the model is not nanoGPT's GPT-2: transformer.wte.weight is missing")
-    if head is not None and not torch.equal(head, embedding):
-        raise ValueError("lm_head.weight is not transformer.wte.weight, which nanoGPT ties")
+    if head is not None:
+        if not isinstance(head, Tensor):
+            raise ValueError(f"lm_head.weight is {size_text(head)}, not a tensor")
+        check_formats({"lm_head.weight": head})
+        check_finite({"lm_head.weight": head})  # NaN is not equal to itself
+        if head.dtype != embedding.dtype or not torch.equal(head, embedding):
+            raise ValueError("lm_head.weight is not transformer.wte.weight, which nanoGPT ties")
     return {our_name(name): value for name, value in stripped.items()}
 
 
@@ -173,9 +179,14 @@ def convert_optimizer(
                     f"optimizer: {key} of state {index} is {size_text(values[key])}, but {their_name(name)} is "
                     f"{size_text(weights[name])}"
                 )
+            check_formats(found := {f"optimizer: {key} of state {index}, of {their_name(name)}": values[key]})
+            check_finite(found)
             tensors[f"{name}/{key}"] = values[key]
         # Files of torch 1 have a plain number there.
-        tensors[f"{name}/step"] = torch.tensor(_scalar(f"optimizer: step of state {index}", values["step"]))
+        step = _scalar(f"optimizer: step of state {index}", values["step"])
+        if not 0 <= step <= MOST_ITERATIONS:
+            raise ValueError(f"optimizer: step of state {index} is {step}, not a number of iterations")
+        tensors[f"{name}/step"] = torch.tensor(step)
     # nanoGPT's own resume also uses the settings in the groups and not those in its config.
     group = groups[0]
     overrides: dict[str, Value] = {
@@ -187,23 +198,11 @@ def convert_optimizer(
     }
 
 
-def check_weights_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise ValueError, with nanoGPT's names, unless names, sizes and order match the model's state."""
-    problems = []
-    if missing := [their_name(name) for name in expected if name not in weights]:
-        problems.append(f"{first_few(missing)} missing")
-    if unexpected := [their_name(name) for name in weights if name not in expected]:
-        problems.append(f"{first_few(unexpected)} unexpected")
-    if sizes := [
-        f"{their_name(name)} is {size_text(weights[name])} instead of {size_text(expected[name])}"
-        for name in expected
-        if name in weights and weights[name].shape != expected[name].shape
-    ]:
-        problems.append(first_few(sizes))
-    if not problems and list(weights) != list(expected):  # the optimizer's indices would mean other parameters
-        problems.append("they are not in nanoGPT's order")
-    if problems:
-        raise ValueError(f"the weights do not fit the model: {'; '.join(problems)}")
+def check_weights_fit(weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Raise ValueError, with nanoGPT's names, unless these are the tensors of the model in its sizes and order."""
+    check_fits(weights, model, their_name)
+    if list(weights) != list(model.state_dict()):  # the optimizer's indices would mean other parameters
+        raise ValueError("the weights do not fit the model: they are not in nanoGPT's order")
 
 
 def our_name(name: str) -> str:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lmtrain.convert.imported_model import Value
 from lmtrain.terminal.as_text import first_few
 
 Number = bool | int | float
-Value = Number | str | list[Number]
 
 MODEL_ARGS = {
     "n_layer": "model.n_layer",

@@ -1,5 +1,6 @@
 """GGUF files have the tensors and the tokens of the model; mistakes and full disks leave nothing behind."""
 
+import os
 import resource
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,7 +10,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from support.exported import PADDED, loaded
+from support.exported import PADDED, loaded, tokenizer
+from support.exported_models import loaded_model
 
 from lmtrain.convert.gguf import export as export_module
 from lmtrain.convert.gguf.export import export_gguf
@@ -115,6 +117,18 @@ def test_what_llama_cpp_lacks_is_named(tmp_path: Path, model: str, options: dict
     assert list(tmp_path.iterdir()) == []
 
 
+def test_experts_that_no_layer_has_are_no_obstacle(tmp_path: Path) -> None:
+    moe = ["model=moe_1m", "model.vocab_size=270", "data.block_size=24", "model.n_layer=2"]
+    run = replace(loaded_model(moe), tokenizer=tokenizer("bytes"))
+    with pytest.raises(ConfigError, match=r"^model\.mlp=lmtrain\.model\.experts\.mixture\.MixtureOfExperts: the arch"):
+        export_gguf(run, tmp_path / "a.gguf", "float32")
+    dense = loaded_model([*moe, "model.dense_layers=2"])
+    export_gguf(replace(dense, tokenizer=tokenizer("bytes")), tmp_path / "a.gguf", "float32")
+    found = tensors_of(gguf.GGUFReader(tmp_path / "a.gguf"))
+    ours = dense.model.get_parameter("layers.1.mlp.down.weight").detach().numpy()
+    np.testing.assert_array_equal(found["blk.1.ffn_down.weight"], ours)
+
+
 def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded("llama", "bytes")
     (tmp_path / "there.gguf").write_text("mine", encoding="utf-8")
@@ -125,10 +139,36 @@ def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     model.model.get_parameter("layers.0.mlp.up.weight").data[0, 0] = 1e6
     with pytest.raises(ConfigError, match=r"--dtype float16: blk\.0\.ffn_up.weight has values above 65,504"):
         export_gguf(model, tmp_path / "a.gguf", "float16")
+    wide = loaded("llama", "bytes", d_ff=80)
+    wide.model.get_parameter("layers.0.mlp.down.weight").data[0, 0] = 1e6
+    with pytest.raises(
+        ConfigError, match=r"--dtype q8_0: blk\.0\.ffn_down.weight has values above 65,504, but is float1"
+    ):
+        export_gguf(wide, tmp_path / "a.gguf", "q8_0")
+    with pytest.raises(ValueError, match=r"outputs/small/tokenizer.json: has 600 ids, but the model has only 260"):
+        export_gguf(replace(model, tokenizer=tokenizer("bpe")), tmp_path / "a.gguf", "float32")
     monkeypatch.setattr(export_module, "is_installed", lambda name: False)
     with pytest.raises(ConfigError, match=r"needs the package gguf; install it with pip install 'lmtrain\[gguf\]'"):
         export_gguf(model, tmp_path / "a.gguf", "float32")
     assert [path.name for path in tmp_path.iterdir()] == ["there.gguf"]
+
+
+def test_missing_folders_are_made_and_two_exports_share_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial: list[str] = []
+    monkeypatch.setattr(export_module, "sync", lambda path: partial.append(path.name))
+    export_gguf(loaded("llama", "bytes"), tmp_path / "new" / "folder" / "a.gguf", "float32")
+    assert partial == [f".tmp-a.gguf-{os.getpid()}", "folder"]
+    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["a.gguf"]
+
+
+def test_a_model_trained_on_single_documents_is_remarked_on(tmp_path: Path) -> None:
+    model = loaded("llama", "bpe")
+    model.config.model.mask_documents = True
+    remarks = export_gguf(model, tmp_path / "a.gguf", "float32")
+    assert remarks[0].startswith("the model was trained with model.mask_documents=true: give it one document at a time")
+    assert "llama.cpp neither restarts positions" in remarks[0]
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:

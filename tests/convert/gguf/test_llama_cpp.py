@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from support.exported import loaded
 
 from lmtrain.convert.gguf.export import export_gguf
+from lmtrain.data.stored_tokenizer import StoredTokenizer
 from lmtrain.machine import is_installed
 
 PYTHON = os.environ.get("LMTRAIN_TEST_LLAMA_CPP") or (sys.executable if is_installed("llama_cpp") else "")
@@ -110,6 +112,20 @@ def test_smaller_formats_load(tmp_path: Path, dtype: str) -> None:
     assert run.tokenizer is not None
     found = asked_of_llama_cpp(path, texts=[], prompt=run.tokenizer.encode("import os"), length=12)
     assert len(found["tokens"]) == 12
+
+
+def test_an_added_token_is_found_in_text_unless_it_is_special(tmp_path: Path) -> None:
+    run = loaded("llama", "bpe")
+    assert run.tokenizer is not None
+    run.tokenizer.tokenizer.add_tokens(["<think>"])
+    run.tokenizer.tokenizer.add_special_tokens(["<tool>"])
+    run = replace(run, tokenizer=StoredTokenizer(run.tokenizer.tokenizer, run.tokenizer.end_of_text))
+    assert run.tokenizer is not None
+    export_gguf(run, path := tmp_path / "model.gguf", "float32")
+    texts = ["<think>", "a <think>\n\n<tool>", "return <think><think>x", "<|endoftext|><think"]
+    found = asked_of_llama_cpp(path, texts=texts, prompt=run.tokenizer.encode("a <think> b"), length=6)
+    assert found["ids"] == [run.tokenizer.encode(text) for text in texts]
+    assert found["text"] == "a <think> b"
 
 
 def test_a_character_that_the_run_did_not_have_ends_nothing(tmp_path: Path) -> None:

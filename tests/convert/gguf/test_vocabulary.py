@@ -5,9 +5,9 @@ import json
 import pytest
 from support.exported import tokenizer
 from support.tokenizer_samples import ENCODINGS, fitted
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
-from lmtrain.convert.gguf.vocabulary import NEVER_MERGED, PATTERNS, gguf_vocabulary
+from lmtrain.convert.gguf.vocabulary import CONTROL, NEVER_MERGED, PATTERNS, USER_DEFINED, gguf_vocabulary
 from lmtrain.data.stored_tokenizer import StoredTokenizer
 from lmtrain.errors import ConfigError
 
@@ -59,11 +59,36 @@ def test_a_pattern_is_found_however_it_is_written(pattern: str) -> None:
         (changed("bpe", pre_tokenizer=pre_tokenizers.Whitespace()), "its BPE is not byte-level"),
         (changed("bpe", pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)), "it adds a space"),
         (StoredTokenizer(tokenizer("bpe").tokenizer, None), "it has no end-of-text token"),
+        (StoredTokenizer(tokenizer("characters").tokenizer, 0), "it has an end-of-text token beside its words"),
     ],
 )
 def test_a_tokenizer_that_llama_cpp_can_not_have_is_refused(stored: StoredTokenizer, reason: str) -> None:
     with pytest.raises(ConfigError, match=f"can't give the same ids as the run's tokenizer: {reason}"):
         gguf_vocabulary(stored, 1000)
+
+
+def with_content(kind: str, **model: object) -> StoredTokenizer:
+    content = json.loads(tokenizer(kind).tokenizer.to_str())
+    content["model"] |= model
+    return StoredTokenizer(Tokenizer.from_str(json.dumps(content)), tokenizer(kind).end_of_text)
+
+
+def test_an_added_token_that_is_not_special_is_found_in_every_text() -> None:
+    stored = tokenizer("bpe")
+    stored.tokenizer.add_tokens(["<think>"])
+    found = gguf_vocabulary(stored, 603)
+    assert (found.tokens[600], found.types[600]) == ("<think>", USER_DEFINED)
+    assert (found.tokens[stored.end_of_text or 0], found.types[stored.end_of_text or 0]) == ("<|endoftext|>", CONTROL)
+    stored.tokenizer.add_tokens([AddedToken("<tool>", lstrip=True)])
+    with pytest.raises(ConfigError, match="its token '<tool>' depends on the characters beside it"):
+        gguf_vocabulary(stored, 603)
+
+
+def test_tokens_that_no_merge_makes_are_found_only_where_pieces_are_kept_whole() -> None:
+    vocabulary = tokenizer("bpe").tokenizer.get_vocab() | {"xylophone": 600}
+    assert gguf_vocabulary(with_content("bpe", vocab=vocabulary, ignore_merges=False), 603).pre == "gpt-2"
+    with pytest.raises(ConfigError, match="its merges do not make its token 'xylophone'"):
+        gguf_vocabulary(with_content("bpe", vocab=vocabulary, ignore_merges=True), 603)
 
 
 def test_a_pattern_without_a_name_is_refused() -> None:

@@ -3,14 +3,17 @@
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from support.exported_models import DECODER, GPT2, LLAMA, MODELS, VOCAB_SIZE, config_of, loaded_model
 from support.transformers_versions import VERSIONS, read_with
 from tokenizers import Tokenizer
+from torch import nn
 
 from lmtrain.convert.hugging_face.export import export_folder
 from lmtrain.convert.hugging_face.weights_files import read_weights, write_weights
@@ -57,6 +60,21 @@ def test_options_that_transformers_lacks_are_refused_together(
         export_folder(loaded, tmp_path / "model", "float32")
     assert all(each in str(caught.value) for each in named)
     assert not list(tmp_path.iterdir())
+
+
+class UsersModel(nn.Module):
+    """A model whose arguments have other names than those here."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(size, size)
+
+
+def test_a_users_model_is_refused_by_name(tmp_path: Path) -> None:
+    loaded = loaded_model(LLAMA)
+    config = OmegaConf.create({"model": {"_target_": "mymodels.Tiny", "size": 4}})
+    with pytest.raises(ValueError, match=r"^model._target_=mymodels.Tiny: transformers has no such model; the models"):
+        export_folder(replace(loaded, model=UsersModel(4), config=config), tmp_path / "model", "float32")
 
 
 def test_experts_are_refused_by_name(tmp_path: Path) -> None:

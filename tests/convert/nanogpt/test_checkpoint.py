@@ -31,7 +31,7 @@ def gpt2(source: NanoGPTCheckpoint) -> GPT2:
     overrides = model_overrides(source.model_args)
     assert overrides.pop("model") == "gpt2"
     model = GPT2(**{key.removeprefix("model."): value for key, value in overrides.items()})
-    check_weights_fit(source.weights, model.state_dict())
+    check_weights_fit(source.weights, model)
     model.to(next(iter(source.weights.values())).dtype).load_state_dict(dict(source.weights))
     return model
 
@@ -230,6 +230,19 @@ def swap_states(content: dict[str, Any]) -> None:
         ),
         (lambda c: c["model"].pop(WTE), "transformer.wte.weight is missing"),
         (untie, "lm_head.weight is not transformer.wte.weight"),
+        (lambda c: c["model"].update({"lm_head.weight": "x"}), "lm_head.weight is a str, not a tensor"),
+        (
+            lambda c: c["model"].update({"lm_head.weight": c["model"][WTE].half()}),
+            "lm_head.weight is not transformer.w",
+        ),
+        (lambda c: c["model"][WTE].fill_(math.nan), "lm_head.weight: numbers that are not finite"),
+        (lambda c: c["model"][C_FC].fill_(math.inf), f"{C_FC}: numbers that are not finite; the model has diverged"),
+        (lambda c: c["model"].update({C_FC: c["model"][C_FC].int()}), f"{C_FC} has numbers of type int32; quantised"),
+        (
+            lambda c: c["optimizer"]["state"][1]["exp_avg"].fill_(math.nan),
+            "optimizer: exp_avg of state 1, of transformer.wpe.weight: numbers that are not finite",
+        ),
+        (lambda c: c["optimizer"]["state"][1].update(step=math.nan), "step of state 1 is nan, not a number of iter"),
         (lambda c: c["optimizer"].pop("state"), "optimizer: not the state of AdamW"),
         (lambda c: c["optimizer"].update(param_groups=[3]), "optimizer: not the state of AdamW"),
         (
@@ -265,7 +278,7 @@ def test_the_message_names_the_mistake(change: Change, message: str) -> None:
 
 def test_weights_that_do_not_fit_the_model_are_reported_with_nanogpts_names() -> None:
     source = parse_nanogpt_checkpoint(Training(bias=True).train(1).content())
-    wide = GPT2(64, 16, 3, 2, 32, d_ff=64, bias=False).state_dict()
+    wide = GPT2(64, 16, 3, 2, 32, d_ff=64, bias=False)
     with pytest.raises(ValueError, match="do not fit") as caught:
         check_weights_fit(source.weights, wide)
     message = str(caught.value)
