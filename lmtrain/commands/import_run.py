@@ -14,8 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.compose import compose
 from lmtrain.config.token_files import token_folders
+from lmtrain.errors import ConfigError
 from lmtrain.files.durable import sha256_of
 from lmtrain.run.new_run import new_run
+from lmtrain.run.reading.run_data import NO_DATA
 from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser
 
@@ -64,10 +66,28 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.read(arguments)
     read = next((read for matches, read in MODEL_FORMATS if matches(options.path)), None)
     if read is None:
+        refuse_other(options.path)
         return import_nanogpt(options.path, options.overrides)
     with raising_config_errors():
         model = read(options.path)
     return import_model(options.path, model, options.overrides)
+
+
+def refuse_other(path: Path) -> None:
+    """Raise ConfigError for a path that can't be nanoGPT's checkpoint either, with what it may be."""
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file or folder")
+    if path.is_dir():
+        if (path / "config.yaml").is_file():
+            raise ConfigError(f"{path}: is a run already; continue it with resume={path}, or begin with fork={path}")
+        hint = f"; did you mean {path / 'ckpt.pt'}?" if (path / "ckpt.pt").is_file() else ""
+        raise ConfigError(
+            f"{path}: has no model: neither config.json (Hugging Face) nor lit_model.pth (litgpt) is in it{hint}"
+        )
+    if path.suffix == ".gguf":
+        raise ConfigError(f"{path}: GGUF files can't be imported; give the Hugging Face folder of the model")
+    if path.suffix == ".safetensors":
+        raise ConfigError(f"{path}: give the folder, {path.parent}, whose config.json says what the weights mean")
 
 
 def read_hugging_face(path: Path) -> "ImportedModel":
@@ -106,7 +126,6 @@ MODEL_FORMATS: "Sequence[tuple[Callable[[Path], bool], Callable[[Path], Imported
 
 def import_model(path: Path, model: "ImportedModel", overrides: Sequence[str]) -> int:
     """Write a run that begins with the weights of a model."""
-    from lmtrain.convert.imported_model import NO_DATA
     from lmtrain.convert.imported_run import WeightsOnly, write_run
     from lmtrain.convert.tokenizer_check import refuse_other_tokenizer
 

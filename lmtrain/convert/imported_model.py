@@ -12,7 +12,6 @@ from lmtrain.data.stored_tokenizer import StoredTokenizer
 from lmtrain.terminal.as_text import first_few
 
 Value = bool | int | float | str | list[bool | int | float] | None
-NO_DATA = "none"  # data.path of a run that was imported without data
 NUMBER_FORMATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 

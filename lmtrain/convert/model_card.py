@@ -8,11 +8,11 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.convert.imported_model import NO_DATA
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.limited import read_json
 from lmtrain.run.reading.notebook_view import LOSSES, losses_as_picture
+from lmtrain.run.reading.run_data import NO_DATA
 from lmtrain.run.reading.stored_run import Run
 from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.redact import redact, redacted

@@ -17,10 +17,11 @@ from support.nanogpt_model import CONFIG, Harmful, Training
 from torch import Tensor
 
 from lmtrain.checkpoint.files import Checkpoint, load_checkpoint
-from lmtrain.commands.import_run import with_defaults
+from lmtrain.commands.import_run import main, with_defaults
 from lmtrain.config.build import build
 from lmtrain.config.compose import compose
 from lmtrain.convert.nanogpt.checkpoint import our_name, parse_nanogpt_checkpoint
+from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.files.metrics import read_metrics
 from lmtrain.run.reading.loaded import load_model
@@ -282,3 +283,20 @@ def test_a_save_that_fails_leaves_no_directory(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ConfigError, match="No space left"):
         main(["ckpt.pt", *RUN])
     assert not (tmp_path / "run").exists()
+
+
+def test_what_has_no_model_is_told(tmp_path: Path) -> None:
+    for name in ("folder", "nanogpt", "run"):
+        (tmp_path / name).mkdir()
+    for name in ("nanogpt/ckpt.pt", "run/config.yaml", "a.gguf", "b.safetensors"):
+        (tmp_path / name).write_bytes(b"x")
+    for name, message in (
+        ("nothing", "no such file or folder"),
+        ("folder", r"has no model: neither config.json \(Hugging Face\) nor lit_model.pth \(litgpt\) is in it$"),
+        ("nanogpt", r"did you mean .*nanogpt/ckpt.pt\?"),
+        ("run", "is a run already; continue it with resume="),
+        ("a.gguf", "GGUF files can't be imported"),
+        ("b.safetensors", "give the folder, .*, whose config.json says what the weights mean"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            main([str(tmp_path / name)])

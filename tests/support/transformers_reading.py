@@ -32,7 +32,6 @@ def main() -> None:
                 answers[name] = model(torch.tensor(requests["tokens"])).logits.tolist()
         generated = model.generate(torch.tensor(requests["tokens"])[:, :4], do_sample=False, max_new_tokens=8)
         answers["greedy"] = generated.tolist()
-        answers["max_length"] = model.generation_config.max_length
     if "texts" in requests:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         answers["ids"] = tokenizer(requests["texts"], add_special_tokens=True)["input_ids"]

@@ -160,7 +160,7 @@ def _write_other_files(
 ) -> None:
     """Write the generation config and, if there is one, the tokenizer."""
     generation = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": end_of_text}
-    _write_json(folder / GENERATION_CONFIG, {**generation, "max_length": block_size, "do_sample": True})
+    _write_json(folder / GENERATION_CONFIG, {**generation, "do_sample": True})
     if tokenizer is None:
         return
     end = None if tokenizer.end_of_text is None else tokenizer.tokenizer.id_to_token(tokenizer.end_of_text)

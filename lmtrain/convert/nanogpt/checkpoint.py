@@ -81,8 +81,7 @@ def read_nanogpt_checkpoint(path: Path) -> NanoGPTCheckpoint:
         ValueError: there is no such file, or it is not a checkpoint of nanoGPT's GPT-2.
     """
     if not path.is_file():
-        inside = path / "ckpt.pt"
-        raise ValueError(f"{path}: no such file" + (f"; did you mean {inside}?" if inside.is_file() else ""))
+        raise ValueError(f"{path}: no such file")
     content = read_torch_file(path)
     try:
         return parse_nanogpt_checkpoint(content)
