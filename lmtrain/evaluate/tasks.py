@@ -108,8 +108,8 @@ def _naming(tasks: Sequence[str], model: HarnessModel | None = None) -> Iterator
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a task file can fail in any way
-        if model is not None and model.failure is error and not isinstance(error, DataError):
-            raise
+        if model is not None and model.failure is error and not isinstance(error, ValueError):
+            raise  # a ValueError is about the text of a question, such as a character without a token
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{','.join(tasks)}: the harness can't run this ({reason[:300]})") from error
 
