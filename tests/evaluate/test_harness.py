@@ -235,8 +235,8 @@ def test_mistakes_are_one_line(folder: Path) -> None:
     (folder / "ends.yaml").write_text(task.replace("{{end}}", "{{1 / 0}}"), encoding="utf-8")
     with pytest.raises(DataError, match=r"ends: the harness can't run this"):
         load_tasks(["ends"], folder).run(asked)
-    (folder / "ends.yaml").write_text(task.replace("{{end}}", "狐"), encoding="utf-8")
-    with pytest.raises(DataError, match=r"ends: the harness can't run this \(the tokenizer does not know '狐'\)"):
+    (folder / "ends.yaml").write_text(task.replace("{{end}}", "鯨"), encoding="utf-8")
+    with pytest.raises(DataError, match=r"ends: the harness can't run this \(the tokenizer does not know '鯨'\)"):
         load_tasks(["ends"], folder).run(model_of("characters"))
     (folder / "empty").mkdir()
     with pytest.raises(DataError, match="it has no task files"):
