@@ -135,6 +135,12 @@ def test_a_test_split_is_made_only_if_it_is_asked_for(tmp_path: Path, corpus: Pa
         made(tmp_path / "empty", source, Bytes(), partial(by_document, val_share=0.5, test_share=1e-9))
 
 
+def test_something_is_left_to_train_on(tmp_path: Path, corpus: Path) -> None:
+    source = TextFiles(f"{corpus}/*.txt")
+    with pytest.raises(ValueError, match="only 0 tokens are left for the train split; hold out less"):
+        made(tmp_path / "out", source, Bytes(), partial(by_document, val_share=0.5, test_share=0.9))
+
+
 def test_after_an_error_of_the_recipe_another_one_starts_over(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -510,7 +516,7 @@ with DataProgress() as progress:
         (b"", "nothing*.txt", r"prepare.source.files=.*nothing\*.txt: no such file"),
         (b"ok \xff\xfe not", "*.txt", "a.txt.*UTF-8.*byte 3"),
         (b"", "*.txt", "a.txt"),
-        (b"a", "*.txt", "the train split has only 0 tokens"),
+        (b"a", "*.txt", "only 0 tokens are left for the train split"),
     ],
 )
 def test_mistakes_leave_nothing_behind(tmp_path: Path, content: bytes, files: str, message: str) -> None:

@@ -112,6 +112,10 @@ def asks_for_test(holdout: Holdout) -> bool:
 def check_split_sizes(tokens: Mapping[str, int]) -> None:
     """Raise ValueError if a split has too few tokens for a loss."""
     for split, count in tokens.items():
+        if count < 2 and split == "train":
+            raise ValueError(
+                f"prepare.holdout: only {counted(count, 'token')} are left for the train split; hold out less"
+            )
         if count < 2:
             part = f"prepare.holdout.{'test' if split == 'test' else 'val'}"
             raise ValueError(
