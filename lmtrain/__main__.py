@@ -32,8 +32,8 @@ VERBS = {  # each verb's module in lmtrain.commands
     "benchmark": "benchmark",
     "mcp": "mcp",
 }
-# The results of these verbs are files, so they continue when nobody reads their output (`| head`).
 TEXT_OPTIONS = frozenset({"--prompt", "--stop", "--separator"})  # their values are not paths
+# The results of these verbs are files, so they continue when nobody reads their output (`| head`).
 FILE_WRITING_VERBS = ("prepare", "average", "export", "import", "verify-resume", "verify-device", "decide", "confirm")
 
 

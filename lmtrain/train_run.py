@@ -204,12 +204,12 @@ def train(
             described |= {"processes": processes, "world_size": parts.parallel.world.size}
         environment = {**described, **request.lineage, **start.lineage}
         identity = read_json(directory.path / "environment.json") | environment  # a resumed fork knows its origin
-        _check_watching(cfg.trainer, parts, tokenizer)
+        tasks = _check_watching(cfg.trainer, parts, tokenizer)
         recorder = build_recorder(request.cfg, directory, parts, checkpoints, state, stop, tokenizer, identity)
     afterwards.append(recorder.logger.close)
     with raising_config_errors():
         trainer: Trainer = build(cfg.trainer, parts, recorder, state)
-        trainer.tasks.load()
+        trainer.tasks.loaded = tasks.loaded
         start.restore(trainer)
         if start.is_new and cfg.get("init_from"):
             from lmtrain.convert.initial_weights import begin_with_weights
@@ -280,12 +280,14 @@ def build_recorder(
     )
 
 
-def _check_watching(trainer: DictConfig, parts: Parts, tokenizer: StoredTokenizer | None) -> None:
-    """Raise ValueError if the run can't write the texts or run the tasks that its config asks for."""
+def _check_watching(trainer: DictConfig, parts: Parts, tokenizer: StoredTokenizer | None) -> TrainingTasks:
+    """Return the tasks of a run, loaded; raise ValueError if it can't run them or write the texts of its config."""
     if trainer.get("sample_interval"):
         TrainingSamples(parts, lambda: tokenizer, trainer.get("sample_prompts"), new_tokens=1).check()
     tasks, folder = trainer.get("eval_tasks") or [], trainer.get("eval_tasks_folder")
-    TrainingTasks(parts, lambda: tokenizer, tasks, folder, limit=None).load()
+    made = TrainingTasks(parts, lambda: tokenizer, tasks, folder, limit=None)
+    made.load()
+    return made
 
 
 def _refuse_fewer_steps(cfg: DictConfig, run_dir: Path) -> None:

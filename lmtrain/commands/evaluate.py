@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from lmtrain.checkpoint.steps import checkpoint_steps, chosen_step
-from lmtrain.commands.tokenizer_option import NO_TOKENIZER, add_tokenizer_option, with_tokenizer
+from lmtrain.commands.tokenizer_option import add_tokenizer_option, with_tokenizer
 from lmtrain.config.recorded.run_names import find_folder, find_run, why_no_run
 from lmtrain.errors import ConfigError
 from lmtrain.files.numbers import nan_as_null
@@ -183,8 +183,6 @@ def run_tasks_of(options: argparse.Namespace, models: Sequence[tuple[Path, str]]
     found = []
     for run, which in models:
         loaded = with_tokenizer(load_model(run, which, options.device, options.trust), options.tokenizer)
-        if loaded.tokenizer is None:
-            raise ConfigError(f"--tasks: {run} {NO_TOKENIZER}")
         found.append((str(run), loaded.step, tasks_of(loaded, tasks, options.limit)))
         del loaded  # two models may need too much memory
     content = [
@@ -255,8 +253,6 @@ def measure(options: argparse.Namespace, models: Sequence[tuple[Path, str]]) -> 
     for run, which in models:
         loaded = with_tokenizer(load_model(run, which, options.device, options.trust), options.tokenizer)
         if options.text:
-            if loaded.tokenizer is None:
-                raise ConfigError(f"--text: {run} {NO_TOKENIZER}")
             streams = text_streams(loaded, options.text, options.separator)
         else:
             streams = split_streams(loaded, split, options.data)

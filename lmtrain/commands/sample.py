@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmtrain.commands.evaluate import TRUST_HELP
-from lmtrain.commands.tokenizer_option import NO_TOKENIZER, add_tokenizer_option, with_tokenizer
+from lmtrain.commands.tokenizer_option import add_tokenizer_option, with_tokenizer
 from lmtrain.config.recorded.run_names import find_run, why_no_run
 from lmtrain.errors import ConfigError
+from lmtrain.run.reading.run_data import NO_TOKENIZER
 from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.options import Number, OptionParser, WholeNumber, run_name
 

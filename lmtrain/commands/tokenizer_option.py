@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from lmtrain.data.stored_tokenizer import StoredTokenizer
     from lmtrain.run.reading.loaded import LoadedModel
 
-NO_TOKENIZER = f"has no {TOKENIZER_FILE}, because its data had none; give one with --tokenizer PATH"
-
 
 def add_tokenizer_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

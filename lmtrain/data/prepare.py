@@ -103,7 +103,7 @@ class Recipe:
         if not journal.complete:
             try:
                 self._encode(folder, journal, total, progress)
-            except ValueError:  # the mend is another recipe or another text, with which this can't go on
+            except ValueError:  # another recipe or text is needed, which would start over anyway
                 journal.splits, journal.position = {}, None
                 journal.write(folder)
                 raise

@@ -41,7 +41,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         batch_size: Questions that are answered at once.
 
     Attributes:
-        failure: The error that ended the last call, by which it is told from an error of a task; None if none did.
+        failure: The error that ended the last call, so that a caller can tell it from an error of a task; else None.
     """
 
     def __init__(

@@ -40,7 +40,7 @@ class TrainingTasks:
         self.parts, self.tokenizer = parts, tokenizer
         self.tasks, self.limit = list(tasks), limit
         self.folder = None if folder is None else Path(folder)
-        self._loaded: LoadedTasks | None = None
+        self.loaded: LoadedTasks | None = None
 
     def load(self) -> None:
         """Read the tasks and their data, and check that they can be run.
@@ -60,21 +60,21 @@ class TrainingTasks:
         from lmtrain.evaluate.tasks import load_tasks
 
         self._model()
-        self._loaded = load_tasks(self.tasks, self.folder)
+        self.loaded = load_tasks(self.tasks, self.folder)
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics of the tasks; no random generator changes, and the model is as before."""
         if not self.tasks:
             return {}
-        if self._loaded is None:
+        if self.loaded is None:
             self.load()
-        assert self._loaded is not None
+        assert self.loaded is not None
         model = self._model()
         training = self.parts.model.training
         self.parts.model.eval()
         try:
             with self.parts.parallel.collectives():
-                found = self._loaded.run(model, self.limit)
+                found = self.loaded.run(model, self.limit)
         finally:
             self.parts.model.train(training)
             self.parts.parallel.free_weights()

@@ -30,11 +30,8 @@ class TrainingSamples:
     def __init__(self, parts: Parts, tokenizer: TokenizerOfRun, prompts: Sequence[str] | None, new_tokens: int) -> None:
         self.model, self.system, self.parallel = parts.model, parts.system, parts.parallel
         self.block_size = parts.train_loader.block_size
-        self.tokenizer, self.prompts, self.new_tokens = (
-            tokenizer,
-            [""] if prompts is None else list(prompts),
-            new_tokens,
-        )
+        self.tokenizer, self.new_tokens = tokenizer, new_tokens
+        self.prompts = [""] if prompts is None else list(prompts)
 
     def check(self) -> None:
         """Check that the prompts can be continued.

@@ -5,6 +5,7 @@ This module works without torch.
 
 import os
 import re
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def find_folder(name: str | Path, option: str = "") -> Path:
     except OSError as error:  # the name is too long for a file, for example
         raise ConfigError(f"{option}{name}: {error.strerror}") from error
     is_name = len(path.parts) == 1
-    if exists and not (is_name and path.is_dir() and not run_directories(path)):  # such as an exported model
+    if exists and not (is_name and _is_folder_without_runs(path)):  # such as an exported model
         return path
     if path.name == LATEST:
         base = OUTPUTS if path == Path(LATEST) else path.parent
@@ -98,7 +99,11 @@ def run_directories(folder: Path) -> list[Path]:
     Those in a folder of `python -m lmtrain confirm` are found only if `folder` is that folder or inside it: they were
     made to confirm the other runs, which were selected, and mixed with them they would confirm nothing.
     """
-    found, folders = [], [os.fspath(folder)]
+    return list(_runs_below(folder))
+
+
+def _runs_below(folder: Path) -> Iterator[Path]:
+    folders = [os.fspath(folder)]
     while folders:  # not recursive, because folders may be nested more deeply than Python's stack allows
         path = folders.pop()
         try:
@@ -109,11 +114,14 @@ def run_directories(folder: Path) -> list[Path]:
         if CONFIRM_FILE in names and path != os.fspath(folder):
             continue
         if "config.yaml" in names and names & ANY_RUN_HAS:
-            found.append(Path(path))
+            yield Path(path)
         else:
             below = {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)} - SKIPPED_FOLDERS
             folders += [os.path.join(path, name) for name in sorted(below, key=natural_order, reverse=True)]
-    return found
+
+
+def _is_folder_without_runs(path: Path) -> bool:
+    return path.is_dir() and next(_runs_below(path), None) is None
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:

@@ -18,7 +18,7 @@ from lmtrain.evaluate.token_losses import TokenStream, token_losses
 from lmtrain.files.durable import sha256_of
 from lmtrain.loop.evaluation import perplexity
 from lmtrain.run.reading.loaded import LoadedModel
-from lmtrain.run.reading.run_data import data_node
+from lmtrain.run.reading.run_data import NO_TOKENIZER, data_node
 
 DEFAULT_BATCH = 8  # windows at once, for a run whose config does not say
 
@@ -70,7 +70,7 @@ def text_streams(loaded: LoadedModel, files: Sequence[Path], separator: str | No
         ConfigError: The run has no tokenizer, or a file can't be read or encoded.
     """
     if loaded.tokenizer is None:
-        raise ConfigError(f"--text: {loaded.directory} has no {TOKENIZER_FILE}, because its data had none")
+        raise ConfigError(f"--text: {loaded.directory} {NO_TOKENIZER}")
     with raising_config_errors():
         return [text_stream(str(path), read_documents(path, separator), loaded.tokenizer) for path in files]
 

@@ -5,9 +5,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from lmtrain.data.stored_tokenizer import TOKENIZER_FILE
 from lmtrain.errors import ConfigError
 from lmtrain.run.directory import starting_folder
 
+NO_TOKENIZER = f"has no {TOKENIZER_FILE}, because its data had none; give one with --tokenizer PATH"
 NO_DATA = "none"  # data.path of a run that was imported without data
 
 
